@@ -22,7 +22,8 @@ MODELS = {
     "gpt_neox": BASE | {"hidden_dropout": 0.0, "attention_dropout": 0.0},
     "granite": BASE | {"logits_scaling": 4.0, "residual_multiplier": 0.5},
     "cohere": BASE | {"logit_scale": 0.25},
-    "falcon": BASE | {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
+    "falcon": {k: v for k, v in BASE.items() if k != "head_dim"}
+    | {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
     "phi": BASE,
     "mixtral": BASE | {"num_local_experts": 4, "output_router_logits": True},
 }

