@@ -70,7 +70,9 @@ def check(block: Any, recipe: Recipe | None = None) -> NoiseproofConfig:
 
 
 def _sentence(error: Any) -> str:
-    path = ".".join(["noiseproof", *(str(part) for part in error["loc"])])
+    # pydantic names the members of a union in brackets; no user wrote those
+    names = [str(part) for part in error["loc"] if "[" not in str(part)]
+    path = ".".join(["noiseproof", *names])
     text = str(error["msg"]).removeprefix("Value error, ")
     got = "" if error["type"] == "value_error" else f" (got {error['input']!r})"
     return f"{path}: {text}{got}"

@@ -53,4 +53,4 @@ def scales(
 def _relative(layers: list[int], causal_lm: Any, config: NoiseFitConfig) -> dict[int, float]:
     hidden = causal_lm.get_output_embeddings().weight.shape[-1]
     assert hooks.decoder_layers(causal_lm)
-    return dict.fromkeys(layers, config.noise_scale / math.sqrt(hidden))
+    return dict.fromkeys(layers, config.scale / math.sqrt(hidden))
