@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 class Block(BaseModel):
     """A mapping in the recipe: unknown keys are errors that name the nearest known one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
