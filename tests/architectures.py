@@ -14,7 +14,8 @@ MODELS = {
     "llama": BASE | {"tie_word_embeddings": True},
     "qwen2": BASE,
     "qwen3": BASE,
-    "gemma2": BASE | {"query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 3.0},
+    "gemma2": BASE
+    | {"query_pre_attn_scalar": 8, "sliding_window": 6, "final_logit_softcapping": 3.0},
     "gemma3_text": BASE | {"query_pre_attn_scalar": 8, "sliding_window": 6},
     "mistral": BASE | {"sliding_window": 6},
     "phi3": BASE | {"sliding_window": 6},

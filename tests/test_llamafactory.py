@@ -3,8 +3,9 @@
 import json
 
 import pytest
-import tiny
 import yaml
+
+import tiny
 
 pytestmark = [pytest.mark.llamafactory, pytest.mark.slow]
 NOISEFIT = {"noisefit": {"layers": [1, 2]}}
@@ -51,7 +52,9 @@ def test_no_block_and_empty_block_are_the_framework_to_the_bit(train):
     empty, _ = train({})
     assert tiny.losses(plain) == tiny.losses(with_package) == tiny.losses(empty)
     assert "noiseproof" not in log.stdout and not (with_package / "noiseproof.json").exists()
-    weights = [(out / "adapter_model.safetensors").read_bytes() for out in (plain, with_package, empty)]
+    weights = [
+        (out / "adapter_model.safetensors").read_bytes() for out in (plain, with_package, empty)
+    ]
     assert weights[0] == weights[1] == weights[2]
     receipt = json.loads((empty / "noiseproof.json").read_text())
     assert receipt["status"] == "finished" and receipt["config"] == {} and receipt["seed"] == 42
@@ -109,7 +112,9 @@ def test_a_kill_in_mid_run_and_resume_is_the_uninterrupted_run(train, tmp_path):
         resume_from_checkpoint="out/checkpoint-4", overwrite_output_dir=False,
     )  # fmt: skip
     assert tiny.losses(resumed) == tiny.losses(whole)
-    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (resumed / "model.safetensors").read_bytes() == (
+        whole / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(

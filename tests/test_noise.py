@@ -6,10 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import reference  # noqa: E402
-
-from noiseproof import draws  # noqa: E402
-from noiseproof.noisefit import noise  # noqa: E402
+import reference
+from noiseproof import draws
+from noiseproof.noisefit import noise
 
 
 @pytest.mark.parametrize("size", [7, 8])  # odd and even: the lower of two middle values

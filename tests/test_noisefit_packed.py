@@ -4,14 +4,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import reference  # noqa: E402
-from architectures import MODELS, batch, build  # noqa: E402
-
-from noiseproof import hooks  # noqa: E402
-from noiseproof.noisefit import noise  # noqa: E402
-from noiseproof.noisefit.forward import PackedForward, check_head  # noqa: E402
-from noiseproof.noisefit.loss import LossSpec  # noqa: E402
-from noiseproof.noisefit.packed import EMBEDDING, Packed, hook  # noqa: E402
+import reference
+from architectures import MODELS, batch, build
+from noiseproof import hooks
+from noiseproof.noisefit import noise
+from noiseproof.noisefit.forward import PackedForward, check_head
+from noiseproof.noisefit.loss import LossSpec
+from noiseproof.noisefit.packed import EMBEDDING, Packed, hook
 
 BRANCHES = {
     "full": (True, 2), "ce_kl": (True, 1), "ce_noisy": (False, 1),

@@ -53,9 +53,16 @@ def build(folder: Path) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-            max_position_embeddings=512, pad_token_id=0, bos_token_id=None,
+            vocab_size=len(fast),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            max_position_embeddings=512,
+            pad_token_id=0,
+            bos_token_id=None,
             eos_token_id=fast.eos_token_id,
         )  # fmt: skip
     )

@@ -75,9 +75,11 @@ class _AfterImport:
         try:
             for finder in list(sys.meta_path):
                 find = getattr(finder, "find_spec", None)
-                spec: ModuleSpec | None = None if finder is self or find is None else find(name, path, target)
+                spec: ModuleSpec | None = (
+                    None if finder is self or find is None else find(name, path, target)
+                )
                 if spec is not None and spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment, unused-ignore]
                     return spec
         finally:
             self._busy.discard(name)
@@ -91,7 +93,7 @@ def install() -> None:
             return
         if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
             return
-        sys.meta_path.insert(0, _AfterImport())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _AfterImport())
         for name in WATCHED:
             module = sys.modules.get(name)
             if module is None:

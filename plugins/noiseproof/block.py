@@ -38,6 +38,10 @@ class MethodConfig(Block):
         """What in the recipe this method cannot work with: one sentence each, with the mend."""
         return []
 
+    def warnings(self, recipe: "Recipe") -> list[str]:
+        """What works in that recipe, but not as one might expect."""
+        return []
+
 
 class Recipe(BaseModel):
     """What a method may ask about the recipe around its block, in words of both frameworks.

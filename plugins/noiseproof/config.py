@@ -22,7 +22,9 @@ class NoiseproofConfig(Block):
     def _unfold(cls, data: Any) -> Any:
         """Axolotl's command line splits `--noiseproof__a__b=1` only once; undo that, refuse nulls."""
         if not isinstance(data, dict):
-            raise ValueError(f"`noiseproof` must be a mapping, not {data!r}; write `noiseproof: {{}}`")
+            raise ValueError(
+                f"`noiseproof` must be a mapping, not {data!r}; write `noiseproof: {{}}`"
+            )
         out = deepcopy({key: value for key, value in data.items() if "__" not in str(key)})
         for key in (key for key in data if "__" in str(key)):
             *path, last = str(key).split("__")

@@ -17,9 +17,7 @@ def key(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def normal_rows(
-    keys: list[int], length: int, width: int, device: torch.device
-) -> torch.Tensor:
+def normal_rows(keys: list[int], length: int, width: int, device: torch.device) -> torch.Tensor:
     """One standard normal [length, width] per key, fp32, stacked to [len(keys), length, width].
 
     A longer padding only appends: row i of a batch padded to 96 begins as it does padded to 64

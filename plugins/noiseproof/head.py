@@ -23,7 +23,9 @@ def selected_logits(causal_lm: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
     logits = causal_lm.get_output_embeddings()(hidden_NH)
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
-    if (factor := getattr(causal_lm, "logit_scale", getattr(config, "logit_scale", None))) is not None:
+    if (
+        factor := getattr(causal_lm, "logit_scale", getattr(config, "logit_scale", None))
+    ) is not None:
         logits = logits * factor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = torch.tanh(logits / cap) * cap
@@ -79,5 +81,6 @@ def chunked_head_loss(
             parts += piece_parts.detach()
         return total.float(), parts, [grad_hidden, *grad_weights]
 
-    loss, parts = _ChunkedHead.apply(run, hidden_GNH, *weights)
+    apply: Any = _ChunkedHead.apply
+    loss, parts = apply(run, hidden_GNH, *weights)
     return loss, parts

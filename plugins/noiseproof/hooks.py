@@ -48,7 +48,11 @@ def decoder_layers(causal_lm: Any) -> list[nn.Module]:
         ValueError: they are at none of the places where transformers keeps them.
     """
     decoder = decoder_of(causal_lm)
-    for owner in (decoder, getattr(decoder, "decoder", None), getattr(decoder, "language_model", None)):
+    for owner in (
+        decoder,
+        getattr(decoder, "decoder", None),
+        getattr(decoder, "language_model", None),
+    ):
         for name in ("layers", "h"):
             layers = getattr(owner, name, None)
             if isinstance(layers, nn.ModuleList) and len(layers):

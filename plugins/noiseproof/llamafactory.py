@@ -94,9 +94,13 @@ def _refuse(module: ModuleType) -> None:
             recipe = recipe_of(groups)
             for key in _UNREACHABLE:
                 if recipe.get(key):
-                    raise ValueError(f"noiseproof: `{key}` has trainers of its own; set it to false")
+                    raise ValueError(
+                        f"noiseproof: `{key}` has trainers of its own; set it to false"
+                    )
             if recipe.stage not in _TRAINERS:
-                raise ValueError(f"noiseproof: stage {recipe.stage} is not supported; drop the block")
+                raise ValueError(
+                    f"noiseproof: stage {recipe.stage} is not supported; drop the block"
+                )
             check(finetuning.noiseproof, recipe)
             module_name, class_name = _TRAINERS[recipe.stage]
             _require({module_name: class_name}, importlib.import_module(module_name))
@@ -148,7 +152,9 @@ def _plot_parts(module: ModuleType) -> None:
 
     def plot_loss(save_dictionary: str, keys: Any = ("loss",), **kwargs: Any) -> Any:
         history = json.loads(Path(save_dictionary, "trainer_state.json").read_text())["log_history"]
-        ours = sorted({key for line in history for key in line if key.startswith("noiseproof/loss_")})
+        ours = sorted(
+            {key for line in history for key in line if key.startswith("noiseproof/loss_")}
+        )
         return original(save_dictionary, keys=[*keys, *ours], **kwargs)
 
     plot_loss.__noiseproof__ = True  # type: ignore[attr-defined]

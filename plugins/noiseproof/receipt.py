@@ -10,7 +10,16 @@ from typing import Any
 import noiseproof
 
 NAME = "noiseproof.json"
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "axolotl", "llamafactory")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "trl",
+    "datasets",
+    "axolotl",
+    "llamafactory",
+)
 
 
 def write(trainer: Any, status: str) -> None:
@@ -37,8 +46,10 @@ def content(trainer: Any, status: str) -> dict[str, Any]:
         "processes": trainer.accelerator.num_processes,
         "steps": trainer.state.global_step,
         "data": {
-            name: {"rows": len(data) if hasattr(data, "__len__") else None,
-                   "fingerprint": getattr(data, "_fingerprint", None)}
+            name: {
+                "rows": len(data) if hasattr(data, "__len__") else None,
+                "fingerprint": getattr(data, "_fingerprint", None),
+            }
             for name in ("train_dataset", "eval_dataset")
             if (data := getattr(trainer, name, None)) is not None
         },

@@ -10,7 +10,9 @@ from noiseproof.guard import GuardMixin
 logger = logging.getLogger(__name__)
 
 
-def adopt(trainer: Any, config: NoiseproofConfig | dict[str, Any], recipe: Recipe | None = None) -> Any:
+def adopt(
+    trainer: Any, config: NoiseproofConfig | dict[str, Any], recipe: Recipe | None = None
+) -> Any:
     """Give a built trainer the methods of a `noiseproof:` block, and return it.
 
     Works on transformers' Trainer and everything derived from it (TRL, Axolotl, LLaMA-Factory),
@@ -26,10 +28,10 @@ def adopt(trainer: Any, config: NoiseproofConfig | dict[str, Any], recipe: Recip
             f"{type(trainer).__name__} has its own `compute_loss` set on the instance, which would "
             "hide noiseproof's; remove the plugin or code that sets it (Axolotl's llm_compressor does)"
         )
-    mixins = tuple(block.mixin() for _, block in config.enabled())
+    mixins: tuple[Any, ...] = tuple(block.mixin() for _, block in config.enabled())
     base = type(trainer)
     trainer.__class__ = type(f"Noiseproof{base.__name__}", (*mixins, GuardMixin, base), {})
     trainer.noiseproof = config
-    for mixin in (*mixins, GuardMixin):
+    for mixin in (GuardMixin, *mixins):
         mixin.setup(trainer)
     return trainer

@@ -73,7 +73,9 @@ class NoiseFitConfig(MethodConfig):
         0.5, ge=0, le=1, description="Share of cross-entropy; the rest goes to the soft loss."
     )
     lambda_consistency: float | None = Field(
-        None, ge=0, description="Weight of KL between the noisy branches: 0.05 (v1: 0.1); full only."
+        None,
+        ge=0,
+        description="Weight of KL between the noisy branches: 0.05 (v1: 0.1); full only.",
     )
     temperature: float = Field(1.0, gt=0, description="Softmax temperature of the KL terms.")
     rdrop: RDropConfig | None = Field(None, description="Settings of `loss: rdrop`.")
@@ -164,4 +166,6 @@ class NoiseFitConfig(MethodConfig):
 
     def warnings(self, recipe: Recipe) -> list[str]:
         """What works, but not as one might expect."""
-        return warnings(recipe, self.loss, self.layer_choice == "auto" and self.noise_scale is not None)
+        return warnings(
+            recipe, self.loss, self.layer_choice == "auto" and self.noise_scale is not None
+        )

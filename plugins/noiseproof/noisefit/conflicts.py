@@ -28,7 +28,9 @@ def conflicts(recipe: Recipe) -> list[str]:
     """One sentence per setting that noisefit cannot work with."""
     found = []
     if recipe.stage not in _STAGES.get(recipe.framework, ("sft",)):
-        key = {"axolotl": "rl / reward_model", "llamafactory": "stage"}.get(recipe.framework, "stage")
+        key = {"axolotl": "rl / reward_model", "llamafactory": "stage"}.get(
+            recipe.framework, "stage"
+        )
         found.append(
             f"noiseproof.noisefit: `{key}` is {recipe.stage}, but noisefit is a loss for supervised "
             "fine-tuning; remove the noisefit block or train with supervised fine-tuning"
@@ -70,7 +72,9 @@ def warnings(recipe: Recipe, loss: str, scale_is_calibrated: bool) -> list[str]:
     if loss in ("kl_only", "consistency_only"):
         found.append(f"noisefit.loss {loss} is an ablation; its authors report that it collapses")
     if scale_is_calibrated:
-        found.append("noisefit.noise_scale is not used by `layers: auto`, which measures the scales")
+        found.append(
+            "noisefit.noise_scale is not used by `layers: auto`, which measures the scales"
+        )
     if recipe.get("torch_compile"):
         found.append("noisefit under torch_compile is untested; use `noise_rng: fast` if it breaks")
     return found

@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
 
 from noiseproof.functional import shift_labels
 from noiseproof.head import chunked_head_loss
@@ -113,9 +112,7 @@ class PackedForward:
             parts = hybrid_parts(logits, targets[i:j], ce_weight[i:j], kl_weight[i:j], self.spec)
             return (weights * parts).sum(), parts
 
-        return chunked_head_loss(
-            self.causal_lm, hidden_GNH, loss_of, len(PARTS), self.chunk_size
-        )
+        return chunked_head_loss(self.causal_lm, hidden_GNH, loss_of, len(PARTS), self.chunk_size)
 
     def _routed(self, inputs: dict[str, Any]) -> bool:
         asked = inputs.get("output_router_logits")
@@ -128,9 +125,11 @@ class PackedForward:
             return 0.0
         module = sys.modules[type(self.causal_lm).__module__]
         mask = inputs.get("attention_mask")
-        first = inputs.get("input_ids", inputs.get("inputs_embeds"))
+        first: Any = inputs.get("input_ids", inputs.get("inputs_embeds"))
         tokens = first.shape[0] * first.shape[1]
-        logits = tuple(layer.reshape(-1, layer.shape[-1])[:tokens] for layer in outputs.router_logits)
+        logits = tuple(
+            layer.reshape(-1, layer.shape[-1])[:tokens] for layer in outputs.router_logits
+        )
         lm: Any = self.causal_lm
         aux = module.load_balancing_loss_func(logits, lm.num_experts, lm.num_experts_per_tok, mask)
         return lm.router_aux_loss_coef * aux
@@ -157,4 +156,3 @@ def check_head(causal_lm: Any) -> None:
             f"{type(causal_lm).__name__} treats its logits in a way that noisefit does not know "
             "(beyond scaling and soft-capping); its loss would be wrong, so it is refused"
         )
-

@@ -15,7 +15,18 @@ from noiseproof.noisefit.loss import PARTS, LossSpec
 from noiseproof.noisefit.packed import EMBEDDING, Packed, hook
 
 logger = logging.getLogger(__name__)
-_OTHER_LOSSES = ("DPO", "KTO", "ORPO", "CPO", "GRPO", "PPO", "Reward", "Pairwise", "KD", "Diffusion")
+_OTHER_LOSSES = (
+    "DPO",
+    "KTO",
+    "ORPO",
+    "CPO",
+    "GRPO",
+    "PPO",
+    "Reward",
+    "Pairwise",
+    "KD",
+    "Diffusion",
+)
 
 
 class NoiseFitMixin(GuardMixin):
@@ -88,7 +99,11 @@ class NoiseFitMixin(GuardMixin):
         assert forward.parts is not None and forward.total is not None
         scale = 1.0
         # transformers multiplies by the processes (trainer.py, compute_loss) ...
-        if self.args.average_tokens_across_devices and self.model_accepts_loss_kwargs and items is not None:
+        if (
+            self.args.average_tokens_across_devices
+            and self.model_accepts_loss_kwargs
+            and items is not None
+        ):
             scale *= self.accelerator.num_processes
         # ... and divides by the accumulation steps (training_step)
         if not self.model_accepts_loss_kwargs or items is None:
@@ -144,7 +159,11 @@ class _Run:
         where = f"layers {sorted(scales)} of {len(layers)}" if scales else "dropout only"
         logger.warning(
             "noiseproof: noisefit %s %s on %s, %s, %d rows per row of the batch after them",
-            config.preset, config.loss, type(trainer).__name__, where, self.state.groups,
+            config.preset,
+            config.loss,
+            type(trainer).__name__,
+            where,
+            self.state.groups,
         )
 
     def arm(self, trainer: Any) -> None:
@@ -173,7 +192,9 @@ class _Run:
         if not self.state.power:
             return {}
         names = sorted(self.state.power)
-        sums = accelerator.reduce(torch.stack([self.state.power[n] for n in names]), reduction="sum")
+        sums = accelerator.reduce(
+            torch.stack([self.state.power[n] for n in names]), reduction="sum"
+        )
         self.state.power = {}
         ratio = (sums[:, 0] / sums[:, 1]).sqrt()
         logs = {"noiseproof/noise_rel": float(ratio.mean())}

@@ -10,7 +10,9 @@ BETA = 0.1
 FACTOR_MAX = 5.0
 
 
-def robust_amplitude(h_RSH: torch.Tensor, mean_var: torch.Tensor, var_RS1: torch.Tensor) -> torch.Tensor:
+def robust_amplitude(
+    h_RSH: torch.Tensor, mean_var: torch.Tensor, var_RS1: torch.Tensor
+) -> torch.Tensor:
     """MAD * w * f: the amplitude of the noise per element, [R, S, H].
 
     MAD is the lower median of |h - median|, at least eps * ||h||; w = exp(-beta |h - med| / MAD)

@@ -73,7 +73,7 @@ class Packed:
             noisy = [self._noised(layer, h, branch, shared) for branch in range(self.noisy)]
             rows = [h, *noisy] if self.clean else noisy
         else:
-            parts = list(h.split(self.batch))
+            parts = list(torch.split(h, self.batch))
             rows = parts[: int(self.clean)]
             for branch, part in enumerate(parts[int(self.clean) :]):
                 rows.append(self._noised(layer, part, branch, self._amplitude(part)))
@@ -97,7 +97,10 @@ class Packed:
         else:
             delta = amplitude * gauss
         with torch.no_grad():
-            sums = torch.stack([delta.square().sum(), h_BSH.float().square().sum()]).double()
+            token = torch.stack([delta.square().sum(-1), h_BSH.float().square().sum(-1)])
+            if self.mask_BS is not None:
+                token = token * self.mask_BS
+            sums = token.sum((1, 2), dtype=torch.float64)
             self.power[layer] = self.power.get(layer, torch.zeros_like(sums)) + sums
         return (h_BSH.float() + delta).to(h_BSH.dtype)
 
