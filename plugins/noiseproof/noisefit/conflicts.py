@@ -52,10 +52,11 @@ def conflicts(recipe: Recipe) -> list[str]:
                 f"noiseproof.noisefit: `{key}` is {degree}; a process then holds a slice of each row, "
                 "which noisefit does not know how to noise; set it to 1"
             )
-    if _packs(recipe) and _flash(recipe):
+    packing = _packs(recipe)
+    if packing and _flash(recipe):
         mend = "attn_implementation: sdpa" if recipe.framework == "axolotl" else "flash_attn: sdpa"
         found.append(
-            "noiseproof.noisefit: packed rows with FlashAttention or flex attention would see each "
+            f"noiseproof.noisefit: rows packed by `{packing}` with FlashAttention or flex attention would see each "
             f"other, because noisefit tiles rows; set `{mend}` or switch packing off"
         )
     return found
@@ -80,9 +81,9 @@ def warnings(recipe: Recipe, loss: str, scale_is_calibrated: bool) -> list[str]:
     return found
 
 
-def _packs(recipe: Recipe) -> bool:
+def _packs(recipe: Recipe) -> str | None:
     keys = ("sample_packing",) if recipe.framework == "axolotl" else ("packing", "neat_packing")
-    return any(recipe.get(key) for key in keys)
+    return next((key for key in keys if recipe.get(key)), None)
 
 
 def _flash(recipe: Recipe) -> bool:
