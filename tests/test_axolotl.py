@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.axolotl, pytest.mark.slow]
 NOISEFIT = {"noisefit": {"layers": [1, 2]}}
 PLUGIN = "noiseproof.axolotl.NoiseproofPlugin"
 RECIPE = {
-    "sequence_len": 96, "micro_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 4,
+    "sequence_len": 384, "micro_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 4,
     "num_epochs": 1, "learning_rate": 1.0e-3, "optimizer": "adamw_torch", "lr_scheduler": "constant",
     "logging_steps": 1, "bf16": False, "fp16": False, "tf32": False, "attn_implementation": "sdpa",
     "dataset_num_proc": 1, "val_set_size": 0, "output_dir": "out", "train_on_inputs": False,

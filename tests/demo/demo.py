@@ -49,6 +49,7 @@ def accuracy(model_path, adapter, rows):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_path, padding_side="left")
+    tokenizer.pad_token = "<|im_end|>"  # the GGUF file names none
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
@@ -95,6 +96,7 @@ def main():
         sys.exit(f"demo: FRAMEWORK is {framework}; use llamafactory or axolotl")
     sys.path.insert(0, str(Path(__file__).parent))
     from model import fetch
+
     from noiseproof_converters.convert import convert
 
     os.chdir(ROOT)

@@ -56,8 +56,8 @@ def conflicts(recipe: Recipe) -> list[str]:
     if packing and _flash(recipe):
         mend = "attn_implementation: sdpa" if recipe.framework == "axolotl" else "flash_attn: sdpa"
         found.append(
-            f"noiseproof.noisefit: rows packed by `{packing}` with FlashAttention or flex attention would see each "
-            f"other, because noisefit tiles rows; set `{mend}` or switch packing off"
+            f"noiseproof.noisefit: rows packed by `{packing}` would see each other under "
+            f"FlashAttention or flex attention, as noisefit tiles rows; set `{mend}` or do not pack"
         )
     return found
 
