@@ -236,7 +236,10 @@ def _joint(
             if ratio <= config.probing.max_ce_delta_ratio and kl <= bound:
                 found = {"kl": kl, "ce_delta_ratio": ratio, "shrink": shrink, "rounds": turn}
                 return scales, found
-            step = 0.8 if ratio > config.probing.max_ce_delta_ratio else math.sqrt(bound / kl)
+            # a hundredth below the bound, or the square law would reach it only in the limit
+            step = (
+                0.8 if ratio > config.probing.max_ce_delta_ratio else 0.99 * math.sqrt(bound / kl)
+            )
             shrink *= step
             scales = {layer: scale * step for layer, scale in scales.items()}
         worst = max(
