@@ -24,11 +24,9 @@ NAME = "noiseproof.axolotl.NoiseproofPlugin"
 
 def recipe_of(recipe: Any) -> Recipe:
     """What methods may ask, from Axolotl's configuration (a pydantic model or its dump)."""
-    if isinstance(recipe, BaseModel):
-        fields = type(recipe).model_fields
-        settings = {name: getattr(recipe, name, None) for name in fields if name != "noiseproof"}
-    else:
-        settings = {name: value for name, value in recipe.items() if name != "noiseproof"}
+    # vars, not getattr: reading a deprecated field of a pydantic model warns the user
+    fields = vars(recipe) if isinstance(recipe, BaseModel) else recipe
+    settings = {name: value for name, value in fields.items() if name != "noiseproof"}
     rl = settings.get("rl")
     stage = str(getattr(rl, "value", rl)) if rl else "sft"
     if settings.get("reward_model") or settings.get("process_reward_model"):

@@ -9,6 +9,7 @@ above the weights, sampled. Last lines: `NAME ratio=... goal<=... ok|short`.
 """
 
 import argparse
+import ctypes
 import gc
 import resource
 import statistics
@@ -101,6 +102,7 @@ def measure(step, model):
     """
     model.zero_grad(set_to_none=True)
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory of the last step hides this one's
     before, peak, done = resident(), [0.0], threading.Event()
 
     def sample():
