@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-# logits [G, C, V] in fp32, first position and end of the chunk -> (loss of the chunk, named parts [P])
-ChunkLoss = Callable[[torch.Tensor, int, int], tuple[torch.Tensor, torch.Tensor]]
+# logits [G, C, V] in fp32, first position and end of the chunk -> (loss of the chunk, its parts [P],
+# the gradient by the logits where a closed form gave it, else None and autograd does it)
+ChunkLoss = Callable[
+    [torch.Tensor, int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+]
 
 
 def selected_logits(causal_lm: Any, hidden_NH: torch.Tensor) -> torch.Tensor:
@@ -72,8 +75,10 @@ def chunked_head_loss(
             end = min(start + chunk_size, hidden.shape[1])
             with torch.enable_grad():
                 piece = hidden[:, start:end].detach().requires_grad_()
-                loss, piece_parts = loss_of(selected_logits(causal_lm, piece), start, end)
-                grads = torch.autograd.grad(loss, [piece, *weights])
+                logits = selected_logits(causal_lm, piece)
+                loss, piece_parts, closed = loss_of(logits, start, end)
+                source = loss if closed is None else logits
+                grads = torch.autograd.grad(source, [piece, *weights], closed)
             grad_hidden[:, start:end] = grads[0]
             for sum_, grad in zip(grad_weights, grads[1:], strict=True):
                 sum_ += grad

@@ -13,6 +13,7 @@ import torch
 from noiseproof.functional import shift_labels
 from noiseproof.head import chunked_head_loss
 from noiseproof.hooks import decoder_of
+from noiseproof.noisefit import fused
 from noiseproof.noisefit.loss import PARTS, LossSpec, hybrid_parts
 from noiseproof.noisefit.packed import EMBEDDING, Packed
 
@@ -108,9 +109,13 @@ class PackedForward:
         hidden_GNH = hidden_GBSH.flatten(1, 2)[:, where]
         weights = torch.tensor(self.spec.weights, dtype=torch.float64, device=hidden_GBSH.device)
 
-        def loss_of(logits: torch.Tensor, i: int, j: int) -> tuple[torch.Tensor, torch.Tensor]:
-            parts = hybrid_parts(logits, targets[i:j], ce_weight[i:j], kl_weight[i:j], self.spec)
-            return (weights * parts).sum(), parts
+        def loss_of(logits: torch.Tensor, i: int, j: int) -> Any:
+            given = (targets[i:j], ce_weight[i:j], kl_weight[i:j], self.spec)
+            if fused.applies(self.spec):
+                parts, gradient = fused.parts_and_gradient(logits.detach(), *given)
+                return (weights * parts).sum(), parts, gradient
+            parts = hybrid_parts(logits, *given)
+            return (weights * parts).sum(), parts, None
 
         return chunked_head_loss(self.causal_lm, hidden_GNH, loss_of, len(PARTS), self.chunk_size)
 
